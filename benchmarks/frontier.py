@@ -25,11 +25,11 @@ PEERS = (
 )  # fmt: skip
 
 SIDES = {
-    "instant": ((-6, 0), "right", "center"), "quick": ((0, -6), "center", "top"),
-    "standard": ((0, 6), "center", "bottom"),
+    "instant": ((-6, 0), "right", "center"), "quick": ((-5, 4), "right", "bottom"),
+    "standard": ((4, -5), "left", "top"), "sklearn": ((0, -6), "center", "top"), "timm": ((0, -6), "center", "top"),
+    "lightly-train": ((0, -6), "center", "top"), "fastai-fine-tune": ((0, -6), "center", "top"),
 }  # fmt: skip
-"""Where the name of a preset is written in the picture, as quick and standard may take the same time: offset in points
-and alignment."""
+"""Where a name is written that would cover another one in the picture: offset in points and alignment."""
 
 
 def run_peers(
