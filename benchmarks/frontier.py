@@ -27,7 +27,7 @@ PEERS = (
 SIDES = {
     "instant": ((-6, 0), "right", "center"), "quick": ((-5, 4), "right", "bottom"),
     "standard": ((4, -5), "left", "top"), "sklearn": ((0, -6), "center", "top"), "timm": ((0, -6), "center", "top"),
-    "lightly-train": ((0, -6), "center", "top"), "fastai-fine-tune": ((0, 6), "center", "bottom"),
+    "lightly-train": ((0, -6), "center", "top"), "fastai-fine-tune": ((4, -5), "left", "top"),
 }  # fmt: skip
 """Where a name is written that would cover another one in the picture: offset in points and alignment."""
 
