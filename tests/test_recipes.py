@@ -155,6 +155,13 @@ def test_the_architecture_follows_device_and_reach() -> None:
     assert resolve_arch("auto", "cuda", lambda _: False)[0] == "tf_efficientnet_lite0"
 
 
+def test_without_pretrained_weights_a_gpu_gets_resnet50(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baseline.vision.resolve.device_type", lambda: "cuda")
+    recipe = load_recipe("default").changed(image_size=48, pretrained=False)
+    resolved, weights, _ = resolve(recipe, split(image_table(images), recipe))
+    assert resolved.model.arch == "resnet50" and weights is None
+
+
 def test_of_several_architectures_the_first_within_reach_is_taken_and_the_reason_told() -> None:
     wish = "resnet18 or mobilenet_v2 or auto"
     assert resolve_arch(wish, "cpu", lambda _: True)[0] == "resnet18"
