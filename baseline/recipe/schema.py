@@ -306,7 +306,7 @@ class EvaluationSettings:
         "auto",
         "Decision thresholds: one per class, chosen on the validation split (auto), or `threshold` (one).",
     )
-    """`"auto"` chooses by F1, for classes with enough validation images, unless `threshold` is changed.
+    """`"auto"` chooses by the metric, for classes with enough validation images, unless `threshold` is changed.
 
     With one label per image and a metric such as quadratic_kappa, `"auto"` fits cut points where they gain on the
     validation split; `"one"` predicts the most probable class (`baseline.evaluation.cut_points`)."""
