@@ -127,6 +127,12 @@ def test_accuracy(learn: Learner, table: pd.DataFrame) -> float:
     return float((predictions["label"] == predictions["predicted"]).mean())
 
 
+def mean_difference(points: pd.Series) -> str:
+    """Return the mean of differences and its 95% interval."""
+    half = t.ppf(0.975, len(points) - 1) * points.std() / np.sqrt(len(points))
+    return f"{points.mean():+.2f} points ({points.mean() - half:+.2f} to {points.mean() + half:+.2f})"
+
+
 def summarize(runs: pd.DataFrame, variants: list[str]) -> None:
     """Print a row per set and the paired differences to the first variant."""
     print(f"\n| set | {' | '.join(variants)} |\n|{'---|' * (len(variants) + 1)}")
@@ -141,17 +147,13 @@ def summarize(runs: pd.DataFrame, variants: list[str]) -> None:
         wide = runs.pivot(index=["data", "seed"], columns="variant", values=name).dropna()
         for variant in variants[1:] if len(wide) > 1 else ():
             difference = 100 * (wide[variant] - wide[variants[0]])
-            half = t.ppf(0.975, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
-            interval = f"{difference.mean() - half:+.2f} to {difference.mean() + half:+.2f}"
-            print(f"{name}, {variant} - {variants[0]}: {difference.mean():+.2f} points ({interval}), {len(wide)} pairs")
+            print(f"{name}, {variant} - {variants[0]}: {mean_difference(difference)}, {len(wide)} pairs")
     if "wise" in runs:
         quick = runs[runs["variant"] == "quick"]
         for name in ("tta", "tta, if valid gains", "wise"):
             difference = 100 * (quick[name] - quick["accuracy"])
             counts = f"better in {(difference > 1e-9).sum()}, worse in {(difference < -1e-9).sum()} of {len(quick)}"
-            half = t.ppf(0.975, len(difference) - 1) * difference.std() / np.sqrt(len(difference))
-            interval = f"{difference.mean() - half:+.2f} to {difference.mean() + half:+.2f}"
-            print(f"{name} - quick: {difference.mean():+.2f} points ({interval}), {counts}")
+            print(f"{name} - quick: {mean_difference(difference)}, {counts}")
         print(f"wise: mean share of the weights after the last stage {quick['share'].mean():.2f}")
 
 
