@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from baseline.data.labels import label_matrix
+from baseline.metrics.registry import find_metric
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -106,5 +107,5 @@ def describe_thresholds(
     same = len(classes) - len(chosen)
     few = f"; {default:g} for {same} {'class' if same == 1 else 'classes'} with too few images" if same else ""
     more = f" and {len(chosen) - limit} more" if len(chosen) > limit else ""
-    by = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}.get(metric, "F1")
+    by = find_metric(metric).title if metric in ("balanced_accuracy", "accuracy") else "F1"
     return f"thresholds: chosen on valid by {by}: {', '.join(chosen[:limit])}{more}{few}"
