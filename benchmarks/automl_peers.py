@@ -6,8 +6,8 @@ installed beside baseline:
     ENVIRONMENT/bin/python benchmarks/automl_peers.py autogluon FOLDER
 
 The folder holds `images.csv` (path, label, split), `settings.json`, and in `weights/` the backbone without its
-classifier, in timm's layout. What is not named here has the library's own default value. LightlyTrain trains as many
-epochs as AutoGluon, with one of warm-up, because its default of 100,000 steps is made for a GPU.
+classifier, in timm's layout. All other settings are the defaults of the library. LightlyTrain trains for as many epochs
+as AutoGluon, with one of warm-up, because its default of 100,000 steps is meant for a GPU.
 """
 
 from __future__ import annotations

@@ -3,15 +3,17 @@
     OMP_NUM_THREADS=1 python benchmarks/physical_limit.py --sizes 80,128,160
 
 The step is that of `benchmarks/pointwise.py`: the last 55% of EfficientNet-Lite0's layer groups, batches of 32, without
-the optimizer. Measured first are the rate of large matrix products, in float32 and in bfloat16, and the rate of copying
-memory, for several sizes, because smaller tensors stay in the caches. The limit is then, summed over the convolutions
-and linear layers, the longer of two times: of their operations at the rate of matrix products, and of reading and
-writing each of their tensors once, where BatchNorm and the activation cost nothing and the two products of the backward
-pass share what they read. In bfloat16, only pointwise convolutions calculate in it, and tensors stay in float32.
+the optimizer. The script first measures the rate of large matrix products, in float32 and in bfloat16, and the rate of
+copying memory, for several sizes, because smaller tensors stay in the caches. The limit is a sum over the convolutions
+and linear layers. Each adds the longer of two times: that of its operations at the rate of matrix products, and that of
+reading and writing each of its tensors once. BatchNorm and activations cost nothing, and the two products of the
+backward pass share what they read. In the bfloat16 variant, only pointwise convolutions use bfloat16, and tensors stay
+in float32.
 
 Prints milliseconds per image of the step in plain torch, with the CPU speedups of the package in float32, and with
-pointwise convolutions in bfloat16, each with the limit's share of it: the fastest of alternating rounds, CPU time for
-one thread and wall time for several. Then come the operations that take most of the float32 step, by torch's profiler.
+pointwise convolutions in bfloat16, and the limit as a percentage of each: the fastest of alternating rounds, CPU time
+for one thread and wall time for several. The last line for each size lists the operations that take most of the float32
+step, by torch's profiler.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def test_seeds_and_folds_say_what_logistic_regression_scores_beside_them(
     assert [row["probe"] for row in rows] == [
         {"split": "test", "metric": "accuracy", "value": 0.5}, {"split": "test", "metric": "accuracy", "value": 0.9},
     ]  # fmt: skip
-    line = "logistic regression on features of the frozen body: test accuracy of these runs: mean 70.00%"
+    line = "logistic regression on features of the frozen body: mean test accuracy 70.00%"
     seeds = [{"seed": seed, **row} for seed, row in enumerate(rows)]
     result = SeedRuns(tmp_path, "test", seeds, **accuracy_spread(rows), same_images=True)
     assert line in shown(seeds_table(result))

@@ -172,8 +172,8 @@ def _probe_line(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(probes) < len(runs):
         return []
     metric, mean = find_metric(probes[0]["metric"]), statistics.fmean(probe["value"] for probe in probes)
-    where = f"{probes[0]['split']} {metric.title}"
-    return [f"logistic regression on features of the frozen body: {where} of these runs: mean {metric.text(mean)}"]
+    name = f"{probes[0]['split']} {metric.title}"
+    return [f"logistic regression on features of the frozen body: mean {name} {metric.text(mean)}"]
 
 
 def _accuracy_cell(run: Mapping[str, Any]) -> str:
